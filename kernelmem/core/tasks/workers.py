@@ -50,7 +50,7 @@ class Workers:
             if not is_process_pool(pool):
                 raise
         except OSError:
-            if not _breaks_in_submit(pool):
+            if not is_process_pool(pool) or not _is_broken(pool):
                 raise
         except RuntimeError as error:
             if "shutdown" not in str(error):
@@ -135,7 +135,7 @@ class SingleWorkers(Executor):
             try:
                 future = pool.submit(fn, *args, **kwargs)
             except (BrokenExecutor, OSError) as error:  # its process died while it was idle
-                if isinstance(error, OSError) and not _breaks_in_submit(pool):
+                if isinstance(error, OSError) and not _is_broken(pool):
                     raise
                 _discard(pool)
                 continue
@@ -156,9 +156,9 @@ def is_process_pool(executor: Executor) -> TypeGuard[ProcessPoolExecutor]:
     return type(executor) is ProcessPoolExecutor
 
 
-def _breaks_in_submit(pool: Executor) -> bool:
-    """Tell whether a process pool broke while it started a process for a call, when its pipes are closed already."""
-    return is_process_pool(pool) and bool(pool._broken)  # pyright: ignore[reportAttributeAccessIssue]
+def _is_broken(pool: ProcessPoolExecutor) -> bool:
+    """Tell whether a pool broke; while it starts a process for a call, its pipes are closed then, an OSError."""
+    return bool(pool._broken)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def end_processes(pool: ProcessPoolExecutor) -> None:
