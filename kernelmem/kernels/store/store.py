@@ -22,7 +22,7 @@ from kernelmem.kernels.store.export import export_matrix
 from kernelmem.kernels.store.header import check_facts, empty_database, read_header
 from kernelmem.kernels.store.layout import Index, Layout, as_facts
 from kernelmem.kernels.store.matrix import TiledMatrix
-from kernelmem.kernels.store.rebuilding import copy_tiles, replace_database
+from kernelmem.kernels.store.rebuilding import copy_tiles, remove_database, replace_database
 from kernelmem.kernels.store.tiles import TileTable
 from kernelmem.kernels.store.writer_lock import WriterLock
 
@@ -238,11 +238,11 @@ class KernelStore(TiledMatrix):
     def subset(self, rows: ArrayLike, path: str | Path) -> "KernelStore":
         """Write the kernel of some rows of a symmetric store, in any order, to a new store, and return it open for reading.
 
-        Its facts are those of this store, and a hash of the row numbers.
+        Its facts are those of this store, and a hash of the row numbers. After an error or an interruption there is no new file.
 
         Raises:
-            InputError: a store that is not symmetric or not complete, row numbers that repeat or are out of range, or a path
-                that exists or cannot be written.
+            InputError: a store that is not symmetric or lacks a tile of these rows, row numbers that repeat or are out of
+                range, or a path that exists or cannot be written.
             FileCorruptError: a tile was altered.
         """
         numbers = as_indices(rows, "rows", self.shape[0])
@@ -254,13 +254,18 @@ class KernelStore(TiledMatrix):
             )
         facts: dict[str, JSON] = {"of": self.facts, "rows": hashlib.sha256(numbers.numpy().tobytes()).hexdigest()}
         layout = self.layout
-        with KernelStore.create(path, facts, len(numbers), tile=layout.tile, dtype=layout.dtype) as part:
-            for i in range(part.layout.grid[0]):
-                band = part.layout.rows_of(i)
-                block = self.entries(numbers[band], numbers[band.start :])
-                for j in range(i, part.layout.grid[1]):
-                    columns = part.layout.columns_of(j)
-                    part.put(i, j, block[:, columns.start - band.start : columns.stop - band.start])
+        part = KernelStore.create(path, facts, len(numbers), tile=layout.tile, dtype=layout.dtype)
+        try:
+            with part:
+                for i in range(part.layout.grid[0]):
+                    band = part.layout.rows_of(i)
+                    block = self.entries(numbers[band], numbers[band.start :])
+                    for j in range(i, part.layout.grid[1]):
+                        columns = part.layout.columns_of(j)
+                        part.put(i, j, block[:, columns.start - band.start : columns.stop - band.start])
+        except BaseException:
+            remove_database(part.file)
+            raise
         return KernelStore.open(path)
 
     def close(self) -> None:

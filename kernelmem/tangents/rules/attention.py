@@ -42,7 +42,7 @@ class AttentionRule(Decomposition):
             k = torch.cat([k, arguments["bias_k"].expand(n, 1, width)], 1)
             v = torch.cat([v, arguments["bias_v"].expand(n, 1, width)], 1)
             mask = None if mask is None else F.pad(mask, (0, 1))
-        q, k, v = (tensor.reshape(n, -1, heads, width // heads).transpose(1, 2) for tensor in (q, k, v))
+        q, k, v = (tensor.unflatten(2, (heads, -1)).transpose(1, 2) for tensor in (q, k, v))
         if arguments["add_zero_attn"]:
             k, v = (torch.cat([tensor, torch.zeros_like(tensor[:, :, :1])], 2) for tensor in (k, v))
             mask = None if mask is None else F.pad(mask, (0, 1))

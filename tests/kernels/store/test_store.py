@@ -188,3 +188,27 @@ def test_a_subset_of_other_stores_or_rows_is_refused(tmp_path):
             with pytest.raises(InputError):
                 store.subset(rows, tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_subset_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    K = kernel(6, 6, torch.float64, symmetric=True)
+    with KernelStore.create(tmp_path / "all", FACTS, 6, tile=2, dtype=torch.float64) as store:
+        for i, j in store.missing()[:-2]:  # without (1, 2) and (2, 2)
+            store.put(i, j, K[2 * i : 2 * i + 2, 2 * j : 2 * j + 2])
+        with pytest.raises(InputError, match=r"without tile \(1, 2\)"):
+            store.subset([0, 1, 2, 5], tmp_path / "part")
+        with store.subset([0, 3], tmp_path / "first") as part:
+            assert torch.equal(part.rows(0, 2), K[[0, 3]][:, [0, 3]])
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelStore, "put", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                store.subset([0, 3], tmp_path / "part")
+        content = (tmp_path / "first").read_bytes()
+        with pytest.raises(InputError, match="which exists"):
+            store.subset([0, 3], tmp_path / "first")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "first"]
+    assert (tmp_path / "first").read_bytes() == content
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt

@@ -125,6 +125,17 @@ def test_decomposition_gives_the_outputs_gradients_and_random_numbers_of_torch(c
         torch.testing.assert_close(ours, expected, equal_nan=True)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_no_examples(need_weights):
+    layer = with_random_weights(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True))
+    x = rows(2, 3, WIDTH)[:0]
+    with Decompose() as mode:
+        outputs, attention = layer(x, x, x, need_weights=need_weights)
+    assert mode.calls == 1
+    assert outputs.shape == x.shape
+    assert attention is None or attention.shape == (0, 3, 3)
+
+
 def test_calls_that_torch_refuses_are_left_to_torch():
     layer, x = with_random_weights(nn.MultiheadAttention(WIDTH, HEADS)), rows(3, 2, WIDTH)
     for options in ({"is_causal": True}, {"attn_mask": torch.zeros(1, 3)}, {"attn_mask": torch.zeros(3, 3, 3)}):
