@@ -28,7 +28,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(tridiagonal, "BLOCK", 16)
     monkeypatch.setattr(account_module, "MATRICES", 100)
     monkeypatch.setattr(account_module, "STREAMED_COLUMNS", 256)
-    monkeypatch.setattr(account_network, "STORE", km.StoreOptions(dtype=torch.float64, tile=32))
+    monkeypatch.setattr(account_network, "TILE", 32)
     monkeypatch.setattr(online_scores, "STREAMED_COLUMNS", 64)
     monkeypatch.setattr(kernel_answer, "POWER_REPETITIONS", 3)  # as slow as everything else, and without the kernel
     monkeypatch.setattr(kernel_answer, "BOOTSTRAPS", 20)

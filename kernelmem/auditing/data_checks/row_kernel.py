@@ -13,13 +13,14 @@ from kernelmem.auditing.data_checks.inputs import AuditInputs
 from kernelmem.core.batches import concatenate
 from kernelmem.core.errors import InputError
 from kernelmem.core.options import as_bytes
-from kernelmem.kernels import KernelStore, StoreOptions, ntk, ntk_store
+from kernelmem.kernels import KernelStore, ntk
+from kernelmem.kernels.large.temporary_store import temporary_ntk_store
 
 AuditKernel: TypeAlias = Tensor | KernelStore
 """Kernel (N, N) float64 of training rows and then control rows."""
 
 MATRICES = 6  # N x N in float64 at the same time, for the methods in memory
-TILE = 512  # rows that are read from a file at once
+TILE = 512  # largest number of rows that are read from a file at once
 STREAMED_COLUMNS = 8 * TILE  # of N numbers, besides one matrix, for the methods that read a file
 
 
@@ -33,7 +34,7 @@ def audit_kernel(
     the end of the ``with`` block.
 
     Raises:
-        InputError: one matrix exceeds the memory.
+        InputError: one matrix exceeds the memory, or the file exceeds the disk.
     """
     train, test, max_bytes = inputs.rows[0].tree, inputs.rows[1].take(control), as_bytes(memory)
     rows, N = concatenate([train, test], "x_train and x_test"), inputs.rows[0].n + len(control)
@@ -52,13 +53,19 @@ def audit_kernel(
             hint=f'pass memory="{need / 2**30 + 0.1:.1f}GiB", fewer test rows (at most max(n, 2000) are used), or random'
             " training rows",
         )
-    with tempfile.TemporaryDirectory() as folder:
-        options = StoreOptions(dtype=torch.float64, tile=TILE)
-        path = Path(folder) / "kernel"
-        with ntk_store(
-            inputs.module, rows, path=path, forward=inputs.forward, memory=max_bytes, progress=progress, options=options
-        ) as store:
-            yield store
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        temporary_ntk_store(
+            inputs.module,
+            rows,
+            Path(folder) / "kernel",
+            tile=TILE,
+            forward=inputs.forward,
+            memory=max_bytes,
+            progress=progress,
+        ) as store,
+    ):
+        yield store
 
 
 def kernel_blocks(kernel: AuditKernel) -> Iterator[tuple[slice, Tensor]]:

@@ -10,12 +10,13 @@ from kernelmem.core.batches import Batch, Forward, Rows, as_rows
 from kernelmem.core.checks import check_callable, check_finite, check_model
 from kernelmem.core.errors import InputError
 from kernelmem.core.models import private_copy
-from kernelmem.kernels import KernelStore, StoreOptions, ntk, ntk_plan, ntk_store, ntk_store_plan
+from kernelmem.kernels import KernelStore, ntk, ntk_plan
+from kernelmem.kernels.large.temporary_store import temporary_ntk_store, temporary_store_plan
 from kernelmem.tangents import prepare
 from kernelmem.training.losses import class_forward
 
 ROWS_PER_PASS = 256  # rows per forward pass
-STORE = StoreOptions(dtype=torch.float64, tile=512)
+TILE = 512  # largest number of rows that are read from a file at once
 SUM_TOLERANCE = 1e-4  # of probabilities of a row, in any dtype
 
 
@@ -44,8 +45,8 @@ class Network:
         if self.folder is None:
             return self.kernel_of_rows(module, self.rows)
         path = self.folder / f"kernel{len(list(self.folder.iterdir()))}"
-        return ntk_store(
-            module, self.rows.tree, path=path, forward=self.forward, memory=self.memory, progress=False, options=STORE
+        return temporary_ntk_store(
+            module, self.rows.tree, path, tile=TILE, forward=self.forward, memory=self.memory, progress=False
         )
 
     def kernel_of_rows(self, module: nn.Module, rows: Rows) -> Tensor:
@@ -57,8 +58,9 @@ class Network:
     def kernel_operations(self, module: nn.Module) -> float:
         """Return the number of operations of :meth:`tangent_kernel`."""
         if self.folder is not None:
-            plan = ntk_store_plan(
-                module, self.rows.tree, path=self.folder, forward=self.forward, memory=self.memory, options=STORE
+            path = self.folder / "kernel"
+            plan = temporary_store_plan(
+                module, self.rows.tree, path, tile=TILE, forward=self.forward, memory=self.memory
             )
             return plan.operations
         plan = ntk_plan(module, self.rows.tree, forward=self.forward, dtype=torch.float64, memory=self.memory)

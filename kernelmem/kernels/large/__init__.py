@@ -4,6 +4,7 @@ computation   ntk_store and ntk_store_plan
 run           one call: plan, tasks, results written to the store
 options       StoreOptions
 plan          StorePlan: tiles, operations, memory, disk and expected time
+temporary_store the same for kernels in a temporary directory, which audits and accounts read in blocks
 facts         hashes of the model and of the rows, which a store is compared with
 inputs        model and rows as workers receive them, once each
 tangent_files tangents of a block of rows as a file
