@@ -128,7 +128,7 @@ def audit(
     With ``out``, audit.json is written before the report is drawn.
 
     Cost: the kernel of N = n + m rows (see :func:`kernelmem.ntk`; m is at most the larger of n and 2,000) + O(N³) time;
-    48 N² bytes, or with less ``memory`` 8 N² bytes and 4 N² on disk (N = 12,000: 1.2 GB). With retraining, about
+    48 N² bytes, or with less ``memory`` 8 N² bytes and up to 8 N² on disk (N = 12,000: 1.2 GB each). With retraining, about
     ``options.budget`` minutes more.
 
     Source: leave-one-out memorization by kernels: Bachmann, Hofmann, Lucchi 2022; memorization by retraining: Feldman and

@@ -93,3 +93,15 @@ def test_blocks_and_entries_of_a_kernel_in_a_file(tmp_path, small_tiles):
     with stored(tmp_path / "k", K, tile=32, symmetric=True) as store:
         for first, second in zip(read(store), read(K), strict=True):
             assert torch.equal(first, second)
+
+
+def test_an_account_is_refused_before_its_kernel_or_not_at_all(small_tiles):
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    model, y = torch.nn.Linear(3, 20), torch.arange(60) % 20
+    need = account_module.needed_bytes(60, 20, streamed=True)
+    assert need < account_module.needed_bytes(60, 20, streamed=False)
+    assert need > 8 * 60 * (60 + 256)  # the online code takes more than the kernel
+    assert km.account(model, (x, y), memory=need).online is not None
+    with pytest.raises(km.InputError, match="60 rows, whose kernels need") as error:
+        km.account(model, (x, y), memory=need - 1)
+    assert error.value.hint.startswith("pass about 59 random rows")

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,7 +21,8 @@ from kernelmem.compression.accounting.nulls import Retrain, measure_nulls, takes
 from kernelmem.compression.accounting.references import Reference, ReferenceLike, as_reference
 from kernelmem.compression.accounting.reinitialize import Reinitialized, reinitialize
 from kernelmem.compression.accounting.result import Account
-from kernelmem.compression.online import online_code
+from kernelmem.compression.online import OnlineOptions, online_code
+from kernelmem.compression.online.sources import kernel_code_bytes
 from kernelmem.core.batches import Batch, Forward, as_labeled_rows
 from kernelmem.core.checks import ArrayLike, as_flag, as_labels, as_seed, check_model, seed_sequence
 from kernelmem.core.errors import InputError
@@ -96,8 +98,8 @@ def account(
         NumericalError: a kernel that is not positive semidefinite.
 
     Cost: the kernel, one eigendecomposition and a few Cholesky factorizations of it; 40 n² bytes, or with less ``memory`` 8 n²
-    bytes and 8 n² in a temporary directory. With ``retrain`` two or
-    four trainings on half of the rows.
+    bytes and 8 n² (12 n² with ``trained_kernel``) in a temporary directory. With ``retrain`` two or four trainings on half of
+    the rows.
 
     Source: temperature: Guo et al. 2017; leave-one-out: Allen 1974; the split of the bits: derived here.
 
@@ -119,7 +121,7 @@ def account(
     network = read_network(model, x, forward, memory)
     n, C = network.logits.shape
     labels = _check_labels(y, n, C)
-    streamed = _exceeds_memory(n, as_bytes(memory), reference)
+    streamed = _exceeds_memory(n, C, as_bytes(memory), reference)
     with tempfile.TemporaryDirectory() if streamed else nullcontext() as folder:
         network = replace(network, folder=None if folder is None else Path(folder))
         return _account_of(
@@ -211,24 +213,32 @@ def _check_labels(y: ArrayLike, n: int, C: int) -> Tensor:
     return labels.clone()
 
 
-def _exceeds_memory(n: int, memory: int, reference: ReferenceLike) -> bool:
+def _exceeds_memory(n: int, C: int, memory: int, reference: ReferenceLike) -> bool:
     """Return whether the kernels of n rows must be in files.
 
     Raises:
         InputError: they do not fit in memory either way.
     """
-    need = MATRICES * 8 * n * n
-    if need <= memory:
-        return False
-    if reference is None or (isinstance(reference, str) and reference == "initial_ntk"):
-        need = 8 * n * (n + STREAMED_COLUMNS)
-        if need <= memory:
-            return True
-    raise InputError(
-        f"{n:,} rows, whose kernels need {need / 2**30:.3g} GiB",
-        expected=f"at most memory={memory / 2**30:.3g} GiB",
-        hint=f"pass about {math.isqrt(memory // (8 * MATRICES)):,} random rows and their labels, or more memory",
-    )
+    has_file = reference is None or (isinstance(reference, str) and reference == "initial_ntk")
+
+    def needed(rows: int) -> int:
+        in_memory = needed_bytes(rows, C, streamed=False)
+        return min(in_memory, needed_bytes(rows, C, streamed=True)) if has_file else in_memory
+
+    if needed(n) > memory:
+        n_fitting = bisect_right(range(n), memory, key=needed) - 1
+        raise InputError(
+            f"{n:,} rows, whose kernels need {needed(n) / 2**30:.3g} GiB",
+            expected=f"at most memory={memory / 2**30:.3g} GiB",
+            hint=f"pass about {n_fitting:,} random rows and their labels, or more memory",
+        )
+    return needed_bytes(n, C, streamed=False) > memory
+
+
+def needed_bytes(n: int, C: int, *, streamed: bool) -> int:
+    """Return the memory of an account of n rows and C classes; ``streamed``: their kernels are in files."""
+    code = kernel_code_bytes(n, C, OnlineOptions(), streamed=streamed)
+    return max(8 * n * (n + STREAMED_COLUMNS) if streamed else MATRICES * 8 * n * n, code)
 
 
 def _left_out(

@@ -103,6 +103,12 @@ def _stored_predictions(
             yield factor.product(factor.whitened), variance
 
 
+def kernel_score_bytes(n: int, n_classes: int, n_scores: int, *, streamed: bool) -> int:
+    """Return the memory of :meth:`KernelScores.of_all_rows`, besides the kernels of n rows; ``streamed``: they are in files."""
+    matrices = (n * n + n * STREAMED_COLUMNS) // 2 if streamed else 4 * n * n
+    return 8 * (matrices + (n_scores + 2) * n * n_classes)
+
+
 class KernelScores:
     """Scores of kernel regressions, (kernels × ridges, C) for each row, from the labels of the rows before it.
 
@@ -140,10 +146,9 @@ class KernelScores:
 
     def n_bytes(self, *, decoding: bool) -> int:
         """Return the memory of :meth:`of_all_rows`, or of :meth:`one_by_one` if ``decoding``, besides the kernels."""
-        n, C, B = len(self), self._n_classes, len(self.names)
         streamed = all(isinstance(kernel, KernelStore) for kernel in self._kernels.values()) and not decoding
-        matrices = (n * n + n * STREAMED_COLUMNS) // 2 if streamed else 4 * n * n
-        return 8 * (matrices + B * n * C + 2 * n * C + (B * n * n if decoding else 0))
+        factors = len(self.names) * len(self) ** 2 if decoding else 0
+        return kernel_score_bytes(len(self), self._n_classes, len(self.names), streamed=streamed) + 8 * factors
 
     def one_by_one(self) -> Generator[np.ndarray, int, None]:
         """Yield the scores (B, C) of one row after the other, and receive the label of each.

@@ -7,7 +7,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from torch import Tensor
 
-from kernelmem.compression.online.kernel_scores import KernelScores
+from kernelmem.compression.online.kernel_scores import KernelScores, kernel_score_bytes
 from kernelmem.compression.online.learner_scores import LearnerRows, LearnerScores, Train, as_learner_rows
 from kernelmem.compression.online.mixture import Mixture, Scores
 from kernelmem.compression.online.options import OnlineOptions
@@ -53,6 +53,13 @@ class Source:
             train, rows = self.learner
             return LearnerScores(train, rows, n_classes, options, order=order, report=report)
         return KernelScores(self.kernels, options.ridges, n_classes, order)
+
+
+def kernel_code_bytes(n: int, n_classes: int, options: OnlineOptions, *, streamed: bool) -> int:
+    """Return the memory of the online code of one kernel of n rows, besides the kernel; ``streamed``: it is in a file."""
+    n_scores = len(options.ridges)
+    mixture = Mixture(n_scores, n_classes, options.temperatures, options.floors, options.uniform)
+    return kernel_score_bytes(n, n_classes, n_scores, streamed=streamed) + mixture.n_bytes(n, decoding=False)
 
 
 def check_memory(scores: Scores, mixture: Mixture, memory: int, *, decoding: bool = False) -> None:
