@@ -55,21 +55,26 @@ def cholesky_factor(kernel: Tensor, ridge: float, name: str) -> Tensor:
     L, largest_diagonal, positive = cholesky_in_place(kernel.clone(), ridge)
     rounding = len(kernel) * EPS * largest_diagonal
     if not positive or float(L.diagonal().min()) ** 2 <= rounding:
-        # the eigenvalues of a large kernel would take minutes
-        smallest = float(torch.linalg.eigvalsh(kernel)[0]) if len(kernel) <= SMALL else None
-        known = (
-            ""
-            if smallest is None
-            else f" with smallest eigenvalue {smallest:.3g} relative to its mean diagonal entry, and"
-        )
-        needed = 100 * rounding if smallest is None else max(-2 * smallest, 100 * rounding)
-        raise NumericalError(
-            f"{name}{known} ridge {ridge:g}",
-            expected="kernel + ridge positive definite, beyond rounding",
-            hint="check that the kernel is positive semidefinite and in float64"
-            + (f", or pass options=OnlineOptions(ridges=[...]) with ridges above {needed:.1g}" if needed < 1 else ""),
-        )
+        raise _not_positive(name, ridge, rounding, kernel if len(kernel) <= SMALL else None)
     return L
+
+
+def _not_positive(name: str, ridge: float, rounding: float, kernel: Tensor | None) -> NumericalError:
+    """Return the error of a scaled kernel whose sum with the ridge is not positive definite beyond ``rounding``.
+
+    ``kernel`` is None if it is large: its eigenvalues would take minutes.
+    """
+    smallest = None if kernel is None else float(torch.linalg.eigvalsh(kernel)[0])
+    known = (
+        "" if smallest is None else f" with smallest eigenvalue {smallest:.3g} relative to its mean diagonal entry, and"
+    )
+    needed = 100 * rounding if smallest is None else max(-2 * smallest, 100 * rounding)
+    return NumericalError(
+        f"{name}{known} ridge {ridge:g}",
+        expected="kernel + ridge positive definite, beyond rounding",
+        hint="check that the kernel is positive semidefinite and in float64"
+        + (f", or pass options=OnlineOptions(ridges=[...]) with ridges above {needed:.1g}" if needed < 1 else ""),
+    )
 
 
 def _means_and_variances(L: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,9 +98,13 @@ def _stored_predictions(
         store.subset(rows, Path(folder) / "kernel") as ordered,
     ):
         for ridge in ridges:
-            factor = factorize_stored(
-                ordered, targets, ridge * scale, MAX_BYTES
-            )  # of the scaled kernel times the scale
+            try:  # the factor of the scaled kernel times the scale
+                factor = factorize_stored(ordered, targets, ridge * scale, MAX_BYTES)
+            except NumericalError as error:
+                n = len(rows)
+                rounding = n * EPS * (float(ordered.diagonal().max()) / scale + ridge)
+                kernel = ordered.rows(0, n).to(torch.float64) / scale if n <= SMALL else None
+                raise _not_positive(name, ridge, rounding, kernel) from error
             diagonals = [panel.diagonal() for panel in factor.panels]
             variance = torch.cat(diagonals).square() / scale
             for diagonal in diagonals:

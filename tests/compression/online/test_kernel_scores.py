@@ -88,11 +88,15 @@ def test_rows_one_by_one_have_the_same_scores():
     assert scores.names == [f"ridge {r:g}" for r in RIDGES] + [f"kernel b, ridge {r:g}" for r in RIDGES]
 
 
-def test_a_kernel_that_is_not_positive_is_refused():
+def test_a_kernel_that_is_not_positive_is_refused(tmp_path):
     kernel = torch.eye(4, dtype=torch.float64)
     kernel[0, 1] = kernel[1, 0] = 1.5
-    with pytest.raises(km.NumericalError, match=r"smallest eigenvalue -0.5.*with ridges above"):
-        KernelScores({"": kernel}, [0.1, 1.0], 2, np.arange(4)).of_all_rows(np.zeros(4, dtype=np.int64))
+    with stored(tmp_path / "k", 2 * kernel, tile=3, symmetric=True) as store:
+        for k in (2 * kernel, store):
+            with pytest.raises(
+                km.NumericalError, match=r"kernel a with smallest eigenvalue -0.5 .* ridge 0.1;.*with ridges above"
+            ):
+                KernelScores({"a": k}, [0.1, 1.0], 2, np.arange(4)).of_all_rows(np.zeros(4, dtype=np.int64))
     for bad in (torch.zeros(3, 3), torch.diag(torch.tensor([1.0, 1.0, -0.1]))):
         with pytest.raises(km.InputError, match="diagonal entries"):
             scaled_kernel(bad.double(), "kernel", torch.arange(3))
