@@ -41,7 +41,7 @@ if os.environ.get("KERNELMEM_DOCS_LINKS"):  # links into the documentation of Py
         "sklearn": ("https://scikit-learn.org/stable", None),
     }
 
-exclude_patterns = ["images", "tools", "gallery/examples/*.ipynb", "**/.ipynb_checkpoints"]
+exclude_patterns = ["images", "**sg_execution_times.rst", "tools", "gallery/examples/*.ipynb", "**/.ipynb_checkpoints"]
 nitpicky = False
 suppress_warnings = ["ref.python"]  # a field name that several classes have
 

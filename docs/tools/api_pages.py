@@ -164,12 +164,17 @@ def escaped_lines(lines: list[str]) -> list[str]:
     """The lines with escaped bars and stars, outside literal blocks and code."""
     escaped: list[str] = []
     literal: int | None = None  # indentation of the text that announced a literal block
+    in_doctest = False
     for line in lines:
         indentation = len(line) - len(line.lstrip())
+        in_doctest = line.lstrip().startswith(">>>") or (in_doctest and bool(line.strip()))
+        if in_doctest:
+            escaped.append(line)
+            continue
         if literal is not None and line.strip() and indentation <= literal:
             literal = None
         if literal is None:
-            parts = re.split(r"(``.*?``|`[^`]*`|\*\*[^*]+\*\*)", line)
+            parts = re.split(r"(``.*?``|`[^`]*`|\*\*[^*]+\*\*|(?<!\w)\*[A-Za-z][^*]*[a-z]\*(?!\w))", line)
             escaped.append("".join(part if at % 2 else _escaped(part) for at, part in enumerate(parts)))
             if line.rstrip().endswith("::") and not line.lstrip().startswith(".. "):
                 literal = indentation
@@ -183,12 +188,24 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?<!\\)([|*]|(?<=\w)_(?!\w))", r"\\\1", text)
 
 
+def join_names(app: "Sphinx", what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Write fields of several names as ``a,b``: Sphinx takes the words before the last one for types."""
+    for at, line in enumerate(lines):
+        if field := re.match(r":(param|ivar) ([\w*\\]+(?:, [\w*\\]+)+):", line):
+            lines[at] = f":{field[1]} {field[2].replace(', ', ',')}:{line[field.end() :]}"
+
+
 def short_types(app: "Sphinx", what: str, name: str, value: object, options: object, signature: str, returns: str):
     """Write unions of types under the names that they have in the code."""
     from sphinx.util.typing import stringify_annotation
 
-    from kernelmem.core import ArrayLike, Batch
+    from kernelmem.core import ArrayLike, Batch, Result
 
+    if what == "class" and dataclasses.is_dataclass(value):
+        if issubclass(value, Result):  # made by the package
+            return "", None
+        names = [field.name for field in dataclasses.fields(value) if field.init]
+        return f"({', '.join(names)})", None
     for alias, types in (("Batch", Batch), ("ArrayLike", ArrayLike)):
         for mode in ("smart", "fully-qualified-except-typing", "fully-qualified"):
             signature = (signature or "").replace(stringify_annotation(types, mode), alias)
@@ -204,6 +221,7 @@ def setup(app: "Sphinx") -> dict:
     """Write the pages before Sphinx looks for sources."""
     app.connect("builder-inited", write_pages)
     app.connect("autodoc-process-docstring", escape_formulas, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", join_names, priority=600)  # after napoleon
     app.connect("autodoc-process-signature", short_types)
     app.connect("autodoc-skip-member", skip_inherited)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

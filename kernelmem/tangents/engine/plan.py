@@ -139,8 +139,8 @@ def make_plan(
             f"memory of {memory / 2**20:.3g} MiB for a kernel of {result_bytes / 2**20:.3g} MiB with {row_bytes / 2**20:.2g} MiB"
             " of tangents per row",
             expected="enough memory for the kernel and the tangents of one row on each side",
-            hint='raise memory=, choose fewer parameters=, pass outputs="trace", or use ntk_operator, which never forms the'
-            " kernel",
+            hint='raise memory=, choose fewer parameters=, pass outputs="trace", or use ntk_store, which writes the kernel'
+            " to a file, or ntk_operator, which never forms it",
         )
     return scheduled_plan(prepared, methods, directions, survey.dense, (n, m, symmetric), tiling, memory)
 
