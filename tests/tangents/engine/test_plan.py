@@ -66,6 +66,15 @@ def test_a_smaller_memory_makes_smaller_tiles(model, x):
     assert relative(found[1], found[0]) < 1e-13
 
 
+def test_all_rows_are_held_only_with_room_for_temporaries():
+    convolutions = [nn.Conv1d(1, 64, 9, padding=4), nn.ReLU(), nn.Conv1d(64, 64, 9, padding=4), nn.ReLU()]
+    network = nn.Sequential(*convolutions, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 10))
+    rows = torch.zeros(300, 1, 100)
+    plan = km.ntk_plan(network, rows, memory="1GiB")
+    streamed = [km.ntk_plan(network, rows, memory=int(plan.expected_bytes * share)).streamed for share in (1.2, 1.5)]
+    assert streamed == [False, True]
+
+
 def test_the_plan_is_a_table(model, x):
     result = ntk_plan(model, x, outputs="full")
     frame = result.to_frame()
