@@ -25,8 +25,25 @@ def test_every_public_name_is_exported_by_a_package_of_the_reference():
 
 
 def test_formulas_are_escaped_outside_code():
-    lines = ["|x| <= ``|y|`` and coef_::", "", "    |literal|", "after * all, *word*", ">>> 2 * x_", "4 * y", "", "a * b"]
-    expected = [r"\|x\| <= ``|y|`` and coef\_::", "", "    |literal|", r"after \* all, *word*", ">>> 2 * x_", "4 * y", ""]
+    lines = [
+        "|x| <= ``|y|`` and coef_::",
+        "",
+        "    |literal|",
+        "after * all, *word*",
+        ">>> 2 * x_",
+        "4 * y",
+        "",
+        "a * b",
+    ]
+    expected = [
+        r"\|x\| <= ``|y|`` and coef\_::",
+        "",
+        "    |literal|",
+        r"after \* all, *word*",
+        ">>> 2 * x_",
+        "4 * y",
+        "",
+    ]
     assert api_pages.escaped_lines(lines) == [*expected, r"a \* b"]
 
 
