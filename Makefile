@@ -30,9 +30,9 @@ lint: .venv/.tested
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-# Executes the tutorials and the gallery, and checks links, names and numbers of the built pages.
+# Executes the tutorials and the gallery, and checks links, names and numbers of the built pages. 8 processes: small shares of the pages.
 docs: .venv/.documented
-	$(BIN)/sphinx-build -q -W --keep-going -j 2 docs out/docs/html
+	$(BIN)/sphinx-build -q -W --keep-going -j 8 docs out/docs/html
 	$(BIN)/python docs/tools/check_site.py out/docs/html
 
 # The script needs the checkout and the installed dependencies only: python3 -m experiments.device --device cuda
