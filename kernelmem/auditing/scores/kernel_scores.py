@@ -89,7 +89,7 @@ def kernel_scores(
     with kernel_of_rows(kernel, rows) as fitted_kernel:
         ridges = choose_ridges(fitted_kernel, [targets[rows], network[rows]], memory=memory)
         label_ridge, surrogate_ridge = (float(choice.ridge) for choice in ridges)
-        # the first is done before the second, which is kept: one factor at a time
+        # Each regression holds a factor of the kernel: that of the surrogate is freed before the other is computed.
         surrogate = leave_one_out(fitted_kernel, network[rows], surrogate_ridge, memory=memory)
         surrogate_loo_error = _mean_square(surrogate.errors)
         surrogate_predictions, _ = _predictions(surrogate, kernel, near)

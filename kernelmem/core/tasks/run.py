@@ -288,7 +288,10 @@ def _ended(
 
 
 def _excuse_waiting(workers: Workers, running: dict[Future[ByValue[Outcome[Value]]], _Attempt]) -> None:
-    """Excuse the tasks that a process pool had not begun when it broke: it begins them in order."""
+    """Excuse the tasks that a process pool had not begun when it broke, so that they do not lose an attempt.
+
+    A pool begins tasks in the order of their submission: besides those that ended, it had begun as many as it has workers.
+    """
     if workers.size is None or len(running) <= workers.size:
         return
     errors = [future.exception() if future.done() and not future.cancelled() else None for future in running]

@@ -266,19 +266,19 @@ def _streamed_tiling(
     row_numbers = survey.saved + 2 * gradient_numbers  # output gradients of a sweep, and temporaries of the same size
     # Buffers of one group, reused by the others: of groups that are contracted once, before those that stream; the
     # activations of these are kept from one direction to the next.
-    once = streaming = activations = 0
+    contracted_once = streamed = kept_activations = 0
     for group in groups:
         if group.all_directions:
             row_numbers += group.numbers_per_row(1) if isinstance(group, ReadoutGroup) else 0
-            once = max(once, group.numbers_per_row(1) + activation_numbers(group))
+            contracted_once = max(contracted_once, group.numbers_per_row(1) + activation_numbers(group))
         elif group.streams:
-            activations += activation_numbers(group)
-            streaming = max(streaming, group.numbers_per_row(1))
+            kept_activations += activation_numbers(group)
+            streamed = max(streamed, group.numbers_per_row(1))
         else:
             row_numbers += problem.sweeps * sum(survey.elements[key][1] for key in group.keys)
-            streaming = max(streaming, group.numbers_per_row(problem.sweeps) + activation_numbers(group))
+            streamed = max(streamed, group.numbers_per_row(problem.sweeps) + activation_numbers(group))
     n_rows = problem.n if problem.symmetric else problem.n + problem.m
-    row_numbers += max(once, activations + streaming)
+    row_numbers += max(contracted_once, kept_activations + streamed)
     used_bytes = problem.result_bytes + problem.workspace_bytes + problem.itemsize * n_rows * row_numbers
     if problem.result_bytes + STREAM_PEAK * (used_bytes - problem.result_bytes) > problem.memory:
         return None
@@ -326,9 +326,8 @@ def _tiled_tiling(
         else:
             swept_rows = n_tiles[0] * (n_tiles[1] + 1) / 2 * min(tile, n) if symmetric else n + m * n_tiles[0]
             held_numbers = 2 * tile * tangents
-        is_single = directions.combine == "full" and tile == max(
-            n, m
-        )  # contracted in place, without a copy of the result
+        # A full kernel in a single tile is contracted in place, without a copy of the result.
+        is_single = directions.combine == "full" and tile == max(n, m)
         pair_numbers = tile * tile * (1 + directions.k if is_single else per_pair)
         used_numbers = held_numbers + max(max(1, chunk) * per_row, pair_numbers)
         used_bytes = problem.result_bytes + problem.workspace_bytes + itemsize * used_numbers
