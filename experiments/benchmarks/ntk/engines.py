@@ -48,6 +48,7 @@ ENGINES = {
     for entry in (
         Entry("ours", "kernelmem", "ours"),
         Entry("ours-1GiB", 'kernelmem, memory="1GiB"', "ours", memory="1GiB"),
+        Entry("ours-unverified", "kernelmem, verify=False", "ours", "prepare_unverified"),
         Entry("torch_func_recipe", "torch.func, tutorial recipe", "torch_func", "prepare_recipe"),
         Entry("torch_func_one", "torch.func, one Jacobian", "torch_func", "prepare_one"),
         Entry("torch_func_improved", "torch.func, one Jacobian, fastest GEMM", "torch_func", "prepare_improved"),

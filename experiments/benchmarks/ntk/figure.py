@@ -13,6 +13,7 @@ GRAY, LIGHT = "#6b7280", "#e5e7eb"
 STYLES = {  # one hue a family, one shape a member
     "ours": ("#c2410c", "D"),
     "ours-1GiB": ("#c2410c", "d"),
+    "ours-unverified": ("#c2410c", "X"),
     "torch_func_recipe": ("#2b6cb0", "x"),
     "torch_func_one": ("#2b6cb0", "o"),
     "torch_func_improved": ("#2b6cb0", "+"),

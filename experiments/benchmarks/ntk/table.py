@@ -36,16 +36,16 @@ def _block(name: str, row: dict, peak: float) -> str:
 
 def _summary(rows: dict[str, dict]) -> str:
     lines = [
-        f"{'':<22} {'best peer':<40} {'ours x':>7} {'target':>7} {'improved':>9} {'memory':>7} {'1GiB':>6}",
+        f"{'':<22} {'best peer':<40} {'ours x':>7} {'target':>7} {'improved':>9} {'memory':>7} {'1GiB':>6} {'verify':>7}",
         *(
             f"{name:<22} {ENGINES[row['best_peer']].title if row['best_peer'] else '-':<40}"
             f" {_number(row['times_faster']):>7} {_number(row['target']):>7}"
             f" {_number(row['times_faster_than_improved']):>9} {_number(row['peak_over_best_peer']):>7}"
-            f" {_number(row['bounded_over_unbounded']):>6}"
+            f" {_number(row['bounded_over_unbounded']):>6} {_number(row['verified_over_unverified']):>7}"
             for name, row in rows.items()
         ),
         "ours x: times faster than the best peer; improved: than torch.func with the fastest GEMM; memory: our peak over the"
-        " best peer's; 1GiB: our time with that limit over that without",
+        " best peer's; 1GiB: our time with that limit over that without; verify: over that with verify=False",
     ]
     return "\n".join(lines)
 
