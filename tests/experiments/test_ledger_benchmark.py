@@ -88,7 +88,7 @@ def test_every_kind_of_row_becomes_a_table_a_figure_and_a_readme(in_process, tmp
     assert len(by_kind["long"]["engines"]["ours"]["ms_per_step"]["values"]) == 2
     assert by_kind["long"]["engines"]["ours-1e-11"]["contributions_differ"] < 1e-9
     assert by_kind["groups"]["engines"]["ours-groups"]["contributions_differ"] < 1e-10
-    assert by_kind["training"]["engines"]["threads-1"]["carried_bytes"] == 8 * 2 * 1 * 39
+    assert by_kind["training"]["engines"]["threads-1"]["carried_bytes"] == 8 * (2 * (6 + 4) + 2 * 15)
     text = tables(results)
     assert text.count("###") == 5
     assert "(missed)" in text
@@ -131,7 +131,7 @@ def test_times_are_of_a_step(in_process, tmp_path, monkeypatch):
     assert found["per_node"] == [0.25 / found["nodes"]] * 3
     assert found["gemm_gflops"] == pytest.approx(2e-9 * 8**3)
     assert found["floor_ms"] == pytest.approx(1000 * found["gflop"] / found["gemm_gflops"])
-    assert found["traffic_ms"] == pytest.approx(1000 * 2 * 3 * 39 / 64)
+    assert found["traffic_ms"] == pytest.approx(1000 * (2 * (6 + 3 * 4) + 2 * 3 * 15) / 64)
 
 
 def test_rounds_are_put_together():
@@ -163,9 +163,17 @@ def test_operations_are_counted_layer_by_layer():
     plain = dataclasses.replace(TINY, optimizer="sgd")
     common = 2 * 32 + 4 * (32 + 3 * 12) + 8 * (32 + 12)
     assert ledger_operations(plain, outputs=3, nodes=2) == 2 * (common + 32 * (6 + 12) + 32 * (5 + 9))
-    assert ledger_operations(TINY, outputs=3, nodes=2) == 2 * (common + 6 * 10 * 39)
-    assert carried_numbers(plain, outputs=3) == 0
-    assert carried_numbers(TINY, outputs=3) == 6 * 39
+    adam = dataclasses.replace(TINY, optimizer="adam")
+    assert ledger_operations(adam, outputs=3, nodes=2) == 2 * (common + 6 * 10 * 39)
+    factored, dense = (
+        2 * 8 * (6 + 12) + 2 * (6 + 3) * 4,
+        6 * 10 * 15,
+    )  # 8 rows of a batch, and decay; 2 nodes of 2.5 steps
+    assert dense < 2 * 5 * 8 * (5 + 9)
+    assert ledger_operations(TINY, outputs=3, nodes=2) == 2 * (common + factored + dense)
+    assert carried_numbers(plain, outputs=3, nodes=2) == 0
+    assert carried_numbers(adam, outputs=3, nodes=2) == 6 * 39
+    assert carried_numbers(TINY, outputs=3, nodes=2) == 2 * (6 + 12) + 6 * 15
     assert training_operations(TINY) == 2 * 8 * (64 + 12)
 
 

@@ -49,7 +49,7 @@ def measure(workload: Workload, task: dict) -> dict:
     ms_training = 1e3 * statistics.median(training)
     k = own.contributions.shape[2]
     operations = ledger_operations(workload, outputs=k, nodes=nodes)
-    carried = carried_numbers(workload, outputs=k)
+    carried = carried_numbers(workload, outputs=k, nodes=nodes)
     own, rate = None, gemm_gflops()
     return {
         "ms_per_step": ms_per_step,
