@@ -21,7 +21,7 @@ MEMORY = ["1GiB", "64MiB", "1MiB", "100KiB", "30KiB", "12KiB", "6KiB"]
 
 
 def random_network(rng):
-    """Return a network and the shape of an example; without normalization, which amplifies rounding where a variance is small."""
+    """Return a network and the shape of an example."""
     width, kind = rng.randint(1, 6), rng.choice(["mlp", "conv", "mixed"])
     activation = rng.choice([nn.Tanh, nn.ReLU, nn.GELU])
     bias = rng.random() < 0.7
@@ -34,8 +34,29 @@ def random_network(rng):
         return nn.Sequential(conv, activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), (channels, 4, 4)
     n_inputs = rng.randint(1, 5)
     sizes = [n_inputs, *(rng.randint(1, 6) for _ in range(rng.randint(1, 3)))]
-    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b, bias), activation())]
+    layers = []
+    for a, b in pairwise(sizes):
+        norm = [nn.LayerNorm(b)] if rng.random() < 0.3 else []
+        layers += [nn.Linear(a, b, bias), *norm, activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], rng.randint(1, 4))), (n_inputs,)
+
+
+def amplification(model, x):
+    """Return the product over LayerNorms of max |h| / σ, the most by which they amplify the relative rounding of their input.
+
+    |h| is the sum of the absolute terms of the Linear before, and σ the deviation that divides. In 1,200 random networks the
+    error of the dense kernel is at most 6.7 eps max |K| times this, and up to 950 eps max |K| without it.
+    """
+    total, terms = 1.0, None
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            bias = 0.0 if layer.bias is None else layer.bias.abs()
+            terms = x.abs() @ layer.weight.abs().T + bias
+        if isinstance(layer, nn.LayerNorm):
+            deviation = (x.var(-1, unbiased=False) + layer.eps).sqrt()
+            total *= max(1.0, float((terms.amax(-1) / deviation).max()))
+        x = layer(x)
+    return total
 
 
 def check_random_plan(seed):
@@ -49,8 +70,12 @@ def check_random_plan(seed):
     y = torch.randn(rng.randint(1, 6), *shape, dtype=dtype) if rng.random() < 0.4 else None
     outputs, memory = rng.choice(["trace", "trace", "pseudo"]), rng.choice(MEMORY)
     options = km.StoreOptions(tile=rng.choice([None, *range(1, len(x) + 2)]), verify=rng.random() < 0.3)
-    exact = reference.ntk(copy.deepcopy(model).double(), x.double(), None if y is None else y.double(), outputs=outputs)
+    double = copy.deepcopy(model).double()
+    exact = reference.ntk(double, x.double(), None if y is None else y.double(), outputs=outputs)
     tolerance = 16 * torch.finfo(dtype).eps * float(exact.abs().max())
+    if any(isinstance(layer, nn.LayerNorm) for layer in model.children()):
+        with torch.no_grad():
+            tolerance *= amplification(double, (x if y is None else torch.cat([x, y])).double())
     try:
         in_memory = km.ntk(model, x, y, outputs=outputs, memory=memory, verify=options.verify)
         with tempfile.TemporaryDirectory() as folder:
