@@ -143,11 +143,11 @@ def dask():
     from dask import config
     from distributed import Client, LocalCluster
 
-    config.set(
-        {"distributed.scheduler.allowed-failures": 100}
-    )  # else all tasks that a killed worker was given have failed
+    # By default all tasks that a killed worker was given have failed, and a worker that is lost stays lost for 15 s.
+    config.set({"distributed.scheduler.allowed-failures": 100, "distributed.deploy.lost-worker-timeout": "1s"})
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with LocalCluster(**options, silence_logs=logging.CRITICAL) as cluster, Client(cluster) as client:
+        cluster.adapt(minimum=2, maximum=2, interval="500ms")  # starts others for workers that died while they started
 
         def pids():
             """Return the workers that run: Dask gives up a worker that dies while it starts."""

@@ -97,7 +97,8 @@ class Engine:
                 f" single rows by {mismatch.relative_error:.2g} (relative)",
                 expected="an output for each row that depends on that row alone, and the same result in each run",
                 hint="check that no operation mixes the rows of a batch (batch statistics, attention over rows) and that the"
-                " model is deterministic; or leave these parameters out with parameters=",
+                " model is deterministic; pass dtype=torch.float64 if rounding may explain the difference (normalization of small"
+                " variances); or leave these parameters out with parameters=",
             )
         dense |= mismatch.names & located
         located |= mismatch.names - dense
