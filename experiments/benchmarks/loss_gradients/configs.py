@@ -30,7 +30,7 @@ class Row:
 
 
 ROWS = (
-    Row("W1", 2000),
+    Row("W1", 512),
     Row("W2", 256),
     Row("W4", 128),
     Row("W4", 128, "layers"),

@@ -48,7 +48,7 @@ def select(options: Options) -> list[Row]:
     """Rows by name.
 
     >>> [row.name for row in select(Options(only=("W1", "GPT-layers-128")))]
-    ['W1-all-2000', 'GPT-layers-128']
+    ['W1-all-512', 'GPT-layers-128']
     """
     known = QUICK if options.quick else ROWS
     names = {row.workload for row in known} | {row.name for row in known}
