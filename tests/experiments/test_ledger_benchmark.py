@@ -165,10 +165,8 @@ def test_operations_are_counted_layer_by_layer():
     assert ledger_operations(plain, outputs=3, nodes=2) == 2 * (common + 32 * (6 + 12) + 32 * (5 + 9))
     adam = dataclasses.replace(TINY, optimizer="adam")
     assert ledger_operations(adam, outputs=3, nodes=2) == 2 * (common + 6 * 10 * 39)
-    factored, dense = (
-        2 * 8 * (6 + 12) + 2 * (6 + 3) * 4,
-        6 * 10 * 15,
-    )  # 8 rows of a batch, and decay; 2 nodes of 2.5 steps
+    factored = 2 * 8 * (6 + 12) + 2 * (6 + 3) * 4  # the first layer: products with 8 examples of a batch, and decay
+    dense = 6 * 10 * 15  # the second, where the factors of 2 nodes in half of 5 steps would take more
     assert dense < 2 * 5 * 8 * (5 + 9)
     assert ledger_operations(TINY, outputs=3, nodes=2) == 2 * (common + factored + dense)
     assert carried_numbers(plain, outputs=3, nodes=2) == 0
