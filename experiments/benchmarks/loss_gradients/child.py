@@ -17,7 +17,7 @@ from experiments.benchmarks.loss_gradients.configs import ENGINES
 from experiments.benchmarks.loss_gradients.peers_setup import FOLDER
 from experiments.benchmarks.loss_gradients.problems import Problem, build, load_reference
 from experiments.benchmarks.ntk import gauges
-from experiments.benchmarks.ntk.peers.interface import TooLarge, Unsupported
+from experiments.benchmarks.ntk.peers.interface import attempt
 
 __all__ = ["measure"]
 
@@ -30,18 +30,7 @@ def measure(options: argparse.Namespace) -> dict:
     if entry.installed:
         sys.path.append(str(FOLDER))
     problem = build(options.workload, options.n, options.covers)
-    try:
-        return _run(getattr(engines, entry.function)(problem), problem, options)
-    except Unsupported as error:
-        return {"status": "unsupported", "reason": str(error)[:300]}
-    except TooLarge as error:
-        return {"status": "out of memory", "reason": str(error)}
-    except ImportError as error:
-        return {"status": "not installed", "reason": str(error)[:300]}
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        exhausted = isinstance(error, MemoryError) or "alloc" in text
-        return {"status": "out of memory" if exhausted else "failed", "reason": text[:300]}
+    return attempt(lambda: _run(getattr(engines, entry.function)(problem), problem, options))
 
 
 def _run(gram: engines.Gram, problem: Problem, options: argparse.Namespace) -> dict:

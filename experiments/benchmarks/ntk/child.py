@@ -16,7 +16,7 @@ import time
 from experiments.benchmarks.ntk import gauges
 from experiments.benchmarks.ntk.engines import ENGINES, TORCH_PACKAGES, Entry
 from experiments.benchmarks.ntk.materials import load
-from experiments.benchmarks.ntk.peers.interface import Engine, TooLarge, Unsupported
+from experiments.benchmarks.ntk.peers.interface import Engine, attempt
 
 __all__ = ["main", "measure"]
 
@@ -44,18 +44,7 @@ def measure(options: argparse.Namespace) -> dict:
     """Prepare, call, weigh, compare; whatever goes wrong is the result."""
     problem = load(options.workload, options.n, options.outputs)
     entry = ENGINES[options.engine]
-    try:
-        return _run(_prepare(entry, problem, options), problem, options)
-    except Unsupported as error:
-        return {"status": "unsupported", "reason": str(error)[:300]}
-    except TooLarge as error:
-        return {"status": "out of memory", "reason": str(error)}
-    except ImportError as error:
-        return {"status": "not installed", "reason": str(error)[:300]}
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        exhausted = isinstance(error, MemoryError) or "alloc" in text or "RESOURCE_EXHAUSTED" in text
-        return {"status": "out of memory" if exhausted else "failed", "reason": text[:300]}
+    return attempt(lambda: _run(_prepare(entry, problem, options), problem, options))
 
 
 def _prepare(entry: Entry, problem, options: argparse.Namespace) -> Engine:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Engine", "TooLarge", "Unsupported", "fits"]
+__all__ = ["Engine", "TooLarge", "Unsupported", "attempt", "fits"]
 
 Kernel = Callable[[Any], np.ndarray]  # inputs -> (n, n) or (n, n, C, C), computed anew at every call
 
@@ -35,3 +35,19 @@ def fits(needed: int, free: int) -> None:
     """
     if needed > 0.7 * free:
         raise TooLarge(f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+
+
+def attempt(run: Callable[[], dict]) -> dict:
+    """Return what ``run`` returns, or a status and a reason if an engine does not support a problem, or fails."""
+    try:
+        return run()
+    except Unsupported as error:
+        return {"status": "unsupported", "reason": str(error)[:300]}
+    except TooLarge as error:
+        return {"status": "out of memory", "reason": str(error)}
+    except ImportError as error:
+        return {"status": "not installed", "reason": str(error)[:300]}
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        exhausted = isinstance(error, MemoryError) or "alloc" in text or "RESOURCE_EXHAUSTED" in text
+        return {"status": "out of memory" if exhausted else "failed", "reason": text[:300]}
