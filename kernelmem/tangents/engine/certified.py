@@ -42,7 +42,8 @@ def certify_pass(
                 certificate.gradients.pop(name, None)
             continue
         group_combination = _combination_of(group, combination)
-        certificate.add_tangents(group.names, group.tangent_sum(group_tangents, uses, group_combination, combine))
+        total = group.tangent_sum(group_tangents, uses, group_combination, combine)
+        certificate.add_tangents(group.names, group.compared(total, uses, group_combination))
         expected_sums[group.names] = group.expected_sum(certificate.gradients, uses, like)
     for name, dense_tangents in zip(plan.dense, tangents[len(plan.groups) :], strict=True):
         tangent_sum = torch.einsum(
@@ -88,9 +89,13 @@ class SideCertificate:
         """
         first_pass = self.side.forward_passes[0]
         like = first_pass.outputs.detach()
-        groups = zip(first_pass.groups, first_pass.group_uses, strict=True)
-        gradients = self.certificate.gradients
-        self.certificate.check({group.names: group.expected_sum(gradients, uses, like) for group, uses in groups})
+        sums, expected_sums = self.certificate.sums, {}
+        for group, uses in zip(first_pass.groups, first_pass.group_uses, strict=True):
+            expected_sums[group.names] = group.expected_sum(self.certificate.gradients, uses, like)
+            if group.names in sums:
+                combination = _combination_of(group, self.combinations[0])
+                sums[group.names] = group.compared(sums[group.names], uses, combination)
+        self.certificate.check(expected_sums)
 
 
 def _combination_of(group: Group, combination: Combination) -> Combination:

@@ -27,7 +27,7 @@ SMALLEST_TILE = 256  # rows; smaller tiles do not run at full speed
 WORKSPACE_BYTES = 2**23  # buffers of the libraries for products
 # Peak relative to the plan if all rows are in memory, with temporaries of operations: measured up to 1.44 (convolutions).
 STREAM_PEAK = 1.45
-STREAM_BYTES = 256 * 2**20  # the same if all rows are in memory: convolutions are faster on more rows
+STREAM_BYTES = 512 * 2**20  # the same if all rows are in memory: convolutions are faster on more rows
 
 
 @dataclass(frozen=True, repr=False)

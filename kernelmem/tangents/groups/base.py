@@ -91,14 +91,20 @@ class Group:
     ) -> Tensor:
         """Return Σ_i Σ_c w_i u_c T_ic, or fixed linear functions of it, from the tangents T that :meth:`write` returned.
 
-        The sum of these functions over passes and directions is compared with :meth:`expected_sum`; their mean square over
-        the random numbers that define them is that of the entries of the sum.
+        It is added up over passes and directions, and then brought to the form of :meth:`expected_sum` by :meth:`compared`.
         """
         total = combination.examples @ tangents["tangents"].flatten(1)
         return combination.directions @ total.view(len(combination.directions), -1)
 
+    def compared(self, total: Tensor, uses: Sequence[ParameterUse], combination: Combination) -> Tensor:
+        """Return a sum of results of :meth:`tangent_sum` in the form of :meth:`expected_sum`.
+
+        The mean square of linear functions, over the random numbers that define them, is that of the entries of the sum.
+        """
+        return total
+
     def expected_sum(self, gradients: Mapping[str, Tensor], uses: Sequence[ParameterUse], like: Tensor) -> Tensor:
-        """Return what :meth:`tangent_sum` returns if the sum of the tangents is ``gradients``, by name of the parameter."""
+        """Return what :meth:`compared` returns if the sum of the tangents is ``gradients``, by name of the parameter."""
         raise TypeError(f"{type(self).__name__} is abstract")
 
     def numbers_per_row(self, k: int) -> int:

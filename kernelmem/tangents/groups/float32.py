@@ -27,9 +27,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 _lock = threading.Lock()
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left @ right.T``, of (n, p) and (m, p); the largest float32 products are those of :func:`choose`."""
-    return onednn_product(left, right) if uses_onednn(left, right) else torch.mm(left, right.T)
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return ``left @ right.T``, of (n, p) and (m, p); the largest float32 products are those of :func:`choose`.
+
+    The product is written into ``out`` (n, m) if torch's BLAS computes it.
+    """
+    return onednn_product(left, right) if uses_onednn(left, right) else torch.mm(left, right.T, out=out)
 
 
 def uses_onednn(left: Tensor, right: Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 from kernelmem.tangents.groups.float32 import product, uses_onednn
 
 SMALLEST_BLOCK = 64  # rows; smaller products do not run at full speed
+LARGEST_BLOCK = 256  # rows; larger products are not read again from the processor cache
 PRODUCT_NUMBERS = 2**22  # largest product that is stored before it is added
 
 
@@ -20,11 +21,13 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
     >>> row_blocks(150, symmetric=True)
     [(0, 75, 0), (75, 150, 75)]
     """
-    if not symmetric:
-        return [(0, n, 0)]
-    n_blocks = max(1, min(16, n // SMALLEST_BLOCK))
-    edges = [n * i // n_blocks for i in range(n_blocks + 1)]
-    return [(start, stop, start) for start, stop in pairwise(edges)]
+    n_blocks = -(-n // LARGEST_BLOCK)
+    if symmetric:  # more blocks leave out more of the lower triangle
+        n_blocks = max(n_blocks, min(8, n // SMALLEST_BLOCK))
+    elif n <= 2 * LARGEST_BLOCK:
+        n_blocks = 1
+    edges = [n * i // max(1, n_blocks) for i in range(max(1, n_blocks) + 1)]
+    return [(start, stop, start if symmetric else 0) for start, stop in pairwise(edges)]
 
 
 def add_gram(out: Tensor, left: Tensor, right: Tensor, *, symmetric: bool) -> None:
@@ -74,12 +77,13 @@ def add_product_of_grams(
 def add_scaled_gram(out: Tensor, left: Tensor, right: Tensor, scale: Tensor, *, symmetric: bool) -> None:
     """Add the entrywise product of ``scale`` and ``left @ right.T`` to ``out`` (n, m) in place, of (n, p) and (m, p).
 
-    With ``symmetric`` only the upper triangle is computed. Blocks of rows keep the product in the processor cache.
+    With ``symmetric`` only the upper triangle is computed. Blocks of rows keep the product in the processor cache, in one
+    buffer for all of them.
     """
-    blocks = row_blocks(len(left), symmetric=symmetric)
-    if len(blocks) == 1 and len(left) > 512:
-        blocks = [(i, min(i + 256, len(left)), 0) for i in range(0, len(left), 256)]
-    for start, stop, first_column in blocks:
-        out[start:stop, first_column:].addcmul_(
-            product(left[start:stop], right[first_column:]), scale[start:stop, first_column:]
-        )
+    buffer = left.new_empty(0)
+    for start, stop, first_column in row_blocks(len(left), symmetric=symmetric):
+        columns = right[first_column:]
+        size = (stop - start) * len(columns)
+        buffer = buffer if buffer.numel() >= size else left.new_empty(size)
+        block = product(left[start:stop], columns, out=buffer[:size].view(stop - start, -1))
+        out[start:stop, first_column:].addcmul_(block, scale[start:stop, first_column:])

@@ -9,6 +9,7 @@ The last linear layer and layers whose gradients factor under it are in ``readou
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -131,10 +132,8 @@ class FactoredGroup(OuterGroup):
 
     def _random_vectors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the vectors p (out, N_PROBES) and q (fan_in, N_PROBES), always the same."""
-        generator = torch.Generator().manual_seed(0)
-        sizes = self.shape.fan_out, self.fan_in
-        p, q = (torch.randn(size, N_PROBES, generator=generator, dtype=torch.float64).to(like) for size in sizes)
-        return p * N_PROBES**-0.5, q
+        p, q = _random_matrices(self.shape.fan_out, self.fan_in)
+        return p.to(like) * N_PROBES**-0.5, q.to(like)
 
     def _projected_sum(self, activations: Tensor | None, gradients: Tensor, combination: Combination) -> Tensor:
         """Return Σ_i Σ_s Σ_c w_i u_c (p_j · g_isc)(q_j · [a_is, 1]) over examples i, positions s and directions c.
@@ -170,6 +169,14 @@ class FactoredGroup(OuterGroup):
         if "bias" in gradient_of_slot:
             total = total + (gradient_of_slot["bias"] @ p) * q[-1]
         return total
+
+
+@lru_cache(maxsize=64)
+def _random_matrices(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Return random matrices (rows, N_PROBES) and (columns, N_PROBES), always the same; the result is not to be changed."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(size, N_PROBES, generator=generator, dtype=torch.float64) for size in (rows, columns))
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -276,14 +283,18 @@ class ExplicitGroup(OuterGroup):
         return n_uses == 1 if self.factored else n_uses > 0
 
     def tangent_sum(self, tangents, uses, combination, combine) -> Tensor:
-        """Return Σ_i Σ_c w_i u_c T_ic as one vector: the gradient of the weight, then that of the bias."""
-        k, n_groups = len(combination.directions), self.shape.groups
-        total = combination.examples @ tangents["tangents"].flatten(1)
-        if k == 1 or n_groups == 1 or combine != "sum":
-            total = combination.directions @ total.view(k, -1)
-        else:  # (G, k, out, in), as the product was written
-            total = torch.einsum("gkp,k->gp", total.view(n_groups, k, -1), combination.directions)
-        total = total.view(n_groups, self.shape.fan_out, self.fan_in)
+        """Return Σ_i Σ_c w_i u_c T_ic (G groups · out · in), in the order in which products are written."""
+        k, flat_tangents = len(combination.directions), tangents["tangents"].flatten(1)
+        if k == 1:  # one pass over the tangents
+            return (combination.examples * combination.directions) @ flat_tangents
+        total = combination.examples @ flat_tangents
+        if self.shape.groups == 1 or combine != "sum":
+            return combination.directions @ total.view(k, -1)
+        return torch.einsum("gkp,k->gp", total.view(self.shape.groups, k, -1), combination.directions).flatten()
+
+    def compared(self, total, uses, combination) -> Tensor:
+        """Return the sum as the gradient of the weight, then that of the bias, in one vector."""
+        total = total.view(self.shape.groups, self.shape.fan_out, self.fan_in)
         if self.factored and combination.channels is not None:
             total = total * combination.channels[:, None]
         return self._as_parameters(total, uses)

@@ -17,6 +17,7 @@ from kernelmem.tangents.prepare import PreparedModel
 from kernelmem.tangents.survey.locate import random_outputs
 
 SMALL_SHARE = 1e-2  # of the norm of the whole gradient: rounding of parameters with smaller gradients does not count
+NORMS_IN_FLOAT32 = 1e-12, 1e15  # between these, squares neither overflow nor vanish
 
 
 @dataclass(eq=False)  # not frozen: context managers set the traceback of an exception that passes them
@@ -49,7 +50,7 @@ class Certificate:
                 self.gradients[name] = self.gradients[name] + gradient if name in self.gradients else gradient
 
     def add_tangents(self, names: tuple[str, ...], tangent_sum: Tensor) -> None:
-        """Add Σ_i Σ_c w_i u_c J_ic of a group of parameters, in the form that its ``expected_sum`` has."""
+        """Add Σ_i Σ_c w_i u_c J_ic of a group of parameters, or linear functions of it."""
         self.sums[names] = self.sums[names] + tangent_sum if names in self.sums else tangent_sum
 
     def check(self, expected_sums: Mapping[tuple[str, ...], Tensor]) -> None:
@@ -58,7 +59,7 @@ class Certificate:
         Raises:
             PassMismatchError: sums that differ by more than rounding; it names the parameters.
         """
-        norms = {name: gradient.double().norm() for name, gradient in self.gradients.items()}
+        norms = {name: _norm(gradient) for name, gradient in self.gradients.items()}
         if not norms:
             return
         compared = {name for names in self.sums for name in names}
@@ -99,3 +100,10 @@ class Certificate:
         return torch.stack(
             [gradient.to_dense().double().norm() for gradient in gradients if gradient is not None]
         ).norm()
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Return the norm (float64) of a tensor, whose squares may overflow or vanish in its own dtype."""
+    norm = tensor.norm()
+    is_reliable = NORMS_IN_FLOAT32[0] < float(norm) < NORMS_IN_FLOAT32[1]
+    return norm.double() if is_reliable else tensor.double().norm()

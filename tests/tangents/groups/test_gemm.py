@@ -19,7 +19,10 @@ def test_blocks_cover_the_upper_half_once(n):
     assert [start for start, _, _ in blocks] == [0, *(stop for _, stop, _ in blocks[:-1])]
     assert blocks[-1][1] == n
     assert all(first == start for start, _, first in blocks)
-    assert row_blocks(n, symmetric=False) == [(0, n, 0)]
+    blocks = row_blocks(n, symmetric=False)
+    assert [start for start, _, _ in blocks] == [0, *(stop for _, stop, _ in blocks[:-1])]
+    assert blocks[-1][1] == n
+    assert all(first == 0 for _, _, first in blocks)
 
 
 @pytest.mark.parametrize("n", [5, 130, 1100])
