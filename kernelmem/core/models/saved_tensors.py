@@ -21,7 +21,7 @@ def saved_storages(run: Callable[[], T]) -> tuple[T, dict[int, tuple[int, int]]]
     storages: dict[int, tuple[int, int]] = {}
     alive: list[torch.UntypedStorage] = []  # an address would be used again
 
-    def add(tensor: Tensor) -> Tensor:
+    def add(tensor: Tensor) -> None:
         try:
             base = unwrapped(tensor)
             storage = base.untyped_storage()
@@ -29,10 +29,13 @@ def saved_storages(run: Callable[[], T]) -> tuple[T, dict[int, tuple[int, int]]]
                 alive.append(storage)
         except RuntimeError:  # a tensor without storage, such as the zero tangent of a dual number
             pass
-        return tensor
+
+    def pack(tensor: Tensor) -> Tensor:
+        add(tensor)
+        return tensor.detach()  # an output holds its node: a node that saves its output would never be freed
 
     try:
-        with torch.autograd.graph.saved_tensors_hooks(add, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return run(), storages
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kernelmem.core.errors import InputError, UnsupportedModelError
+from kernelmem.core.models import saved_storages
 from kernelmem.core.models.torch_func import functional_call, vmap
 from kernelmem.training.batching import BatchOrder, rows_per_step
 from kernelmem.training.ensemble.members import EnsembleTask
@@ -51,18 +52,12 @@ def _training_bytes(model: nn.Module, task: EnsembleTask, k: int, batch: int) ->
 
     It is four times the parameters, plus twice what autograd saves in one forward pass, which is run to measure it.
     """
-    saved_bytes: dict[int, int] = {}
-
-    def record_size(tensor: Tensor) -> Tensor:
-        saved_bytes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     model.train()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record_size, lambda tensor: tensor):
-        outputs = model(task.x[task.rows[k][:batch]])
+    with torch.enable_grad():
+        outputs, storages = saved_storages(lambda: model(task.x[task.rows[k][:batch]]))
     check_outputs(outputs, min(batch, len(task.rows[k])), task.C)
     parameter_bytes = sum(p.nbytes for p in model.parameters())
-    return max(1, PARAMETER_COPIES * parameter_bytes + 2 * sum(saved_bytes.values()))
+    return max(1, PARAMETER_COPIES * parameter_bytes + 2 * sum(n_bytes for n_bytes, _ in storages.values()))
 
 
 def _build_member(make_model: MakeModel, task: EnsembleTask, k: int) -> nn.Module:

@@ -1,5 +1,6 @@
 """kernelmem.training.ensemble.train.train_modules: networks of any architecture, batched by width, equal their plain loops."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,18 @@ def alone(make_model, one, recipe):
         torch.manual_seed(one.init_seed)
         model = make_model(one.width)
     return train_one(model, one, x, test=test, recipe=recipe, options=OPTIONS)
+
+
+def test_no_tensor_stays_alive():
+    def n_tensors():
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    recipe = Recipe(steps=5)
+    trained(perceptron, example_members(), recipe)
+    before = n_tensors()
+    trained(perceptron, example_members(), recipe)
+    assert n_tensors() <= before
 
 
 @pytest.mark.parametrize("make_model", [convolutional, normalized, perceptron])
