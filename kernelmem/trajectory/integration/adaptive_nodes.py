@@ -61,19 +61,19 @@ class AdaptiveNodes:
 
     def candidates(self, integrand: Integrand, change: OutputChange) -> Iterator[Candidate]:
         """Yield the nodes to be tried on the segments of ``integrand``, until :meth:`accepts` returns True."""
-        network = integrand.network
+        network, panels = integrand.network, list[Panel]()
         if network.piecewise is False or self.n_located >= self.wait:
-            panels = whole_panels(integrand)
-            yield from self._with_counts(integrand, change, panels)
-            if network.piecewise is False:
+            whole = whole_panels(integrand)
+            yield from self._with_counts(integrand, change, whole)
+            if network.piecewise is None:  # not known before kinks are looked for
+                panels = panels_between_kinks(integrand, self.tolerance)
+            if not network.piecewise:
                 return
             # The error of a rule across kinks falls as 1 / n².
             n_nodes = math.ceil(self.counts[True] * math.sqrt(SAFETY * self.excess)) if self.excess < 1e4 else MAX_NODES
             if n_nodes < MAX_NODES:
-                yield self._candidate(integrand, change, panels, n_nodes)
-        panels = panels_between_kinks(integrand, self.tolerance)
-        if network.piecewise:
-            yield from self._with_counts(integrand, change, panels)
+                yield self._candidate(integrand, change, whole, n_nodes)
+        yield from self._with_counts(integrand, change, panels or panels_between_kinks(integrand, self.tolerance))
 
     def accepts(self, candidate: Candidate, residual: Tensor) -> bool:
         """Return True if a residual (S, m, k) of a candidate is within the limit, and take note of it for later steps."""

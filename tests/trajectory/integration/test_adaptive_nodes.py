@@ -65,6 +65,18 @@ def test_smooth_networks_have_whole_segments_only():
     assert residual is not None
 
 
+@pytest.mark.parametrize("excess", [2.0, 10.0, 1e3, 1e6])
+def test_the_first_step_of_a_smooth_network_takes_no_more_nodes_than_it_needs(excess):
+    """Errors of smooth functions fall faster than those across kinks, from which no number of nodes may be predicted."""
+    _, residual = first_accepted(AdaptiveNodes(Quadrature(tolerance=1.0), 1.0), integrand(nn.Tanh))
+    assert residual is not None
+    tolerance = residual / excess
+    nodes, case = AdaptiveNodes(Quadrature(tolerance=tolerance), tolerance), integrand(nn.Tanh)
+    tried, _ = first_accepted(nodes, case)
+    needed = nodes.refine(case).n_nodes
+    assert max(candidate.n_nodes for candidate in tried) <= needed <= 8
+
+
 def test_a_large_margin_lowers_the_number_of_nodes_at_once():
     nodes, case = AdaptiveNodes(Quadrature(tolerance=10.0), 10.0), integrand(nn.Tanh)
     counts = [first_accepted(nodes, case)[0][-1].n_nodes for _ in range(4)]
