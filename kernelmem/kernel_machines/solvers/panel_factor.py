@@ -129,7 +129,8 @@ def factorize_stored(store: KernelStore, targets: Tensor, ridge: float, memory: 
             raise NumericalError(
                 f"stored kernel {store.shape} and ridge {ridge:.3g}",
                 expected="K + ridge I positive definite, beyond rounding",
-                hint=f"raise the ridge well above {n * EPS * largest_diagonal:.2g}, or compute the kernel in float64",
+                hint=f"raise the ridge, which must exceed {n * EPS * largest_diagonal:.2g} and the size of negative eigenvalues,"
+                " or compute the kernel in float64",
             )
         panel[: len(columns)] = L
         panel[len(columns) :] = torch.linalg.solve_triangular(L.T, panel[len(columns) :], upper=True, left=False)
