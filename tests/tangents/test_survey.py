@@ -10,6 +10,7 @@ from kernelmem.kernels.ntk import ntk, ntk_plan
 from kernelmem.tangents.engine.engine import Engine
 from kernelmem.tangents.groups.directions import OutputDirections
 from kernelmem.tangents.prepare import prepare
+from kernelmem.tangents.survey import certificate
 
 
 class Wrap(nn.Module):
@@ -132,3 +133,8 @@ def test_the_last_convolution_factors_under_every_pooling(pool):
     assert [group.factored for group in plan.groups] == [False, True, False]
     found, expected = ntk(model, x, verify=False), reference.ntk(model, x)
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-13, 1.0, 1e14, 1e18])
+def test_gradients_are_measured_also_where_their_squares_leave_float32(scale):
+    assert float(certificate._norm(torch.full((10_000,), scale))) / (100 * scale) == pytest.approx(1.0, rel=1e-5)

@@ -24,9 +24,8 @@ def row_blocks(n: int, *, symmetric: bool) -> list[tuple[int, int, int]]:
     n_blocks = -(-n // LARGEST_BLOCK)
     if symmetric:  # more blocks leave out more of the lower triangle
         n_blocks = max(n_blocks, min(8, n // SMALLEST_BLOCK))
-    elif n <= 2 * LARGEST_BLOCK:
-        n_blocks = 1
-    edges = [n * i // max(1, n_blocks) for i in range(max(1, n_blocks) + 1)]
+    n_blocks = max(1, n_blocks)
+    edges = [n * i // n_blocks for i in range(n_blocks + 1)]
     return [(start, stop, start if symmetric else 0) for start, stop in pairwise(edges)]
 
 

@@ -23,6 +23,7 @@ def test_blocks_cover_the_upper_half_once(n):
     assert [start for start, _, _ in blocks] == [0, *(stop for _, stop, _ in blocks[:-1])]
     assert blocks[-1][1] == n
     assert all(first == 0 for _, _, first in blocks)
+    assert all(stop - start <= gemm.LARGEST_BLOCK for start, stop, _ in blocks)
 
 
 @pytest.mark.parametrize("n", [5, 130, 1100])
